@@ -18676,19 +18676,20 @@ class ClientSocket:
                 self.is_gone = True
                 self.nursery.cancel_scope.cancel()
 
-    async def next_frame(self, idle_seconds_max: float) -> bytes | None:
+    async def next_frame(self, idle_seconds_max: Callable[[], float]) -> bytes | None:
         """The next frame of the client; None if the WebSocket must be closed.
 
         While it waits it sends pings, or a proxy would cut the silent connection (F97); they do not
-        prolong `idle_seconds_max`.
+        prolong `idle_seconds_max`, which is looked at with each: a reload may change it.
         """
-        idle_until = trio.current_time() + idle_seconds_max
-        while not (self.waiting or self.close_code) and trio.current_time() < idle_until:
-            until = min(idle_until, trio.current_time() + WEBSOCKET_PING_SECONDS)
-            with trio.move_on_at(until) as silence:
+        began_at = trio.current_time()
+        left = idle_seconds_max()
+        while not (self.waiting or self.close_code) and left > 0:
+            with trio.move_on_after(min(left, WEBSOCKET_PING_SECONDS)) as silence:
                 while not (self.waiting or self.close_code):
                     await self.changed.wait()
-            if silence.cancelled_caught and until < idle_until:
+            left = began_at + idle_seconds_max() - trio.current_time()
+            if silence.cancelled_caught and left > 0:
                 await self.show_life()
 
         if not self.waiting:
@@ -20033,7 +20034,10 @@ class WebSockets:
         Before each turn the key is looked up again: a reload may have removed or paused it, and
         its time may have expired.
         """
-        idle_seconds_max = self.shared.config.limits.websocket_idle_seconds_max
+
+        def idle_seconds_max() -> float:
+            return self.shared.config.limits.websocket_idle_seconds_max
+
         while (frame := await client.next_frame(idle_seconds_max)) is not None:
             key = self.key_of(client)
             if key is not None and not is_processed_note(frame):
@@ -20506,14 +20510,14 @@ class Server:
         A configuration with one problem is refused as a whole, and the old one stays in use.
         """
         shared = self.shared
-        loaded, problems = await self.try_load(load)
+        compared, problems = await self.try_load(load)
         for problem in problems:
             shared.log("error", "reload refused", {"problem": problem})
-        if loaded is None:
+        if compared is None:
             shared.refused_reload = RefusedReload(problems, shared.unix_now())
             return
 
-        config, contexts = loaded
+        (config, contexts), changes = compared
         shared.refused_reload = None
         kept = {name: getattr(shared.config, name) for name in ("listen", "state")}
         for name, value in kept.items():
@@ -20521,21 +20525,30 @@ class Server:
                 shared.log("warning", "reload", {"problem": f"{name}: a change requires a restart"})
         for warning in config.warnings:
             shared.log("warning", "config", {"problem": warning})
-        changes = changes_between(shared.config, config) or "nothing"
         self.apply(dataclasses.replace(config, **kept), contexts)
-        shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
+        changed = changes or "nothing"
+        shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changed})
 
         # Idle connections may lead to addresses that are not configured any more.
         await shared.idle.close_all()
         await shared.login_watch.inspect_all()
 
-    async def try_load(self, load: Callable[[], Loaded]) -> tuple[Loaded | None, Sequence[str]]:
-        """What `load` returns, or None and the problems that it raises; in a thread.
+    async def try_load(
+        self, load: Callable[[], Loaded]
+    ) -> tuple[tuple[Loaded, list[str]] | None, Sequence[str]]:
+        """What `load` returns and what it changes, or None and the problems that it raises.
 
-        A secret may be a file on a file system that does not respond: that blocks no request.
+        In a thread: a secret may be a file on a file system that does not respond, which blocks no
+        request, and to compare many keys may take seconds.
         """
+        before = self.shared.config
+
+        def compare() -> tuple[Loaded, list[str]]:
+            loaded = load()
+            return loaded, changes_between(before, loaded[0])
+
         try:
-            return await self.shared.files.run(RELOAD_SECONDS_MAX, load), []
+            return await self.shared.files.run(RELOAD_SECONDS_MAX, compare), []
         except ConfigRefused as refused:
             return None, refused.problems
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from typing import Final
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -31,6 +32,15 @@ def accept_of(key: str) -> str:
     """What a server says to a nonce (RFC 6455 §4.2.2)."""
     digest = hashlib.sha1((key + GUID).encode(), usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
+
+
+def switching(head: bytes) -> bytes:
+    """The response that agrees to an upgrade."""
+    match = re.search(rb"(?i)\r\nsec-websocket-key: ([^\r]+)\r\n", head)
+    assert match
+    accepted = accept_of(match[1].decode())
+    fields = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accepted}"
+    return f"HTTP/1.1 101 Switching\r\n{fields}\r\n\r\n".encode()
 
 
 def unmasked(payload: bytes, mask: bytes) -> bytes:

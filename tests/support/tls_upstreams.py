@@ -33,7 +33,7 @@ from tests.support.processes import Pooler
 API_KEY: Final = "upstream-key-of-the-test-0123456789"
 SECONDS_MAX: Final = 20.0  # of one wait: a machine may be slow
 HOST: Final = "127.0.0.1"
-_LINE: Final = re.compile(rb"POST /([a-z0-9-]+)/(?:v1/)?[a-z/]+ HTTP/1\.1")
+_LINE: Final = re.compile(rb"(?:POST|GET) /([a-z0-9-]+)/(?:v1/)?[a-z/]+ HTTP/1\.1")
 
 Json = Any
 
@@ -174,7 +174,8 @@ class Upstream:
             is_kept = True
             while is_kept:
                 head = line.read_head()
-                if head.startswith(b"GET "):  # the models of a codex account
+                is_upgrade = b"\r\nupgrade: websocket\r\n" in head.lower()
+                if head.startswith(b"GET ") and not is_upgrade:  # the models of a codex account
                     line.send(answer({}, 404))
                     continue
                 match = _LINE.match(head)

@@ -6,6 +6,10 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("authority_not_identity", "Whoever trusts other authorities is another destination.",
+     "_Loader.account", "digest_of(repr((kind, url, credential, fields.get('ca_file'))))",
+     "digest_of(repr((kind, url, credential)))",
+     "reload_changes::a_websocket_of_another_authority_is_not_used_after_a_reload"),
     ("secret_as_a_name", "A secret in the place of a name is not repeated.",
      "_Loader.refuse", "looks_secret(name)", "False",
      "config_is_strict::a_secret_in_the_place_of_a_name_is_not_repeated"),

@@ -6,6 +6,10 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("notice_in_the_clear", "A notice goes over TLS where `notify` says https.",
+     "Notices.reload",
+     "contexts.get(None) if self.notify and self.notify.url.is_tls else None", "None",
+     "tls_paths::nothing_is_sent_before_a_certificate_is_right"),
     ("told_again", "Each change is told once.",
      "Notices.changed", "change.is_trouble != (about in self.known)", "True",
      "notices::each_change_is_told_once"),

@@ -82,6 +82,9 @@ ROWS: Rows = (
      ("login.unsaved = merge_tokens(login.raw, response, self.unix_now())\n"
      "login.credentials = parse_auth_file(login.unsaved)"),
      "token_refresh::nothing_is_used_before_it_is_saved"),
+    ("token_in_the_clear", "A login is refreshed over TLS.",
+     "Tokens.ask", "login.tls", "None",
+     "tls_paths::nothing_is_sent_before_a_certificate_is_right"),
     ("token_past_the_proxy", "A login is refreshed through the proxy.",
      "Tokens.ask", "login.proxy", "None",
      "outbound_proxy::nothing_goes_past_the_proxy_and_tls_goes_through_it"),
