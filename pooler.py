@@ -18676,24 +18676,24 @@ class ClientSocket:
                 self.is_gone = True
                 self.nursery.cancel_scope.cancel()
 
-    async def next_frame(self, idle_seconds_max: Callable[[], float]) -> bytes | None:
+    async def next_frame(self) -> bytes | None:
         """The next frame of the client; None if the WebSocket must be closed.
 
         While it waits it sends pings, or a proxy would cut the silent connection (F97); they do not
-        prolong `idle_seconds_max`, which is looked at with each: a reload may change it.
+        prolong the idle limit, which is looked at with each: a reload may change it.
         """
         began_at = trio.current_time()
-        left = idle_seconds_max()
-        while not (self.waiting or self.close_code) and left > 0:
+        while not (self.waiting or self.close_code):
+            seconds_max = self.upgrade.shared.config.limits.websocket_idle_seconds_max
+            left = began_at + seconds_max - trio.current_time()
+            if left <= 0:
+                self.end(1000)
+                break
             with trio.move_on_after(min(left, WEBSOCKET_PING_SECONDS)) as silence:
-                while not (self.waiting or self.close_code):
-                    await self.changed.wait()
-            left = began_at + idle_seconds_max() - trio.current_time()
-            if silence.cancelled_caught and left > 0:
+                await self.changed.wait()
+            if silence.cancelled_caught and left > WEBSOCKET_PING_SECONDS:
                 await self.show_life()
 
-        if not self.waiting:
-            self.end(1000)
         return None if self.close_code else self.waiting.popleft()
 
     async def show_life(self) -> None:
@@ -20034,11 +20034,7 @@ class WebSockets:
         Before each turn the key is looked up again: a reload may have removed or paused it, and
         its time may have expired.
         """
-
-        def idle_seconds_max() -> float:
-            return self.shared.config.limits.websocket_idle_seconds_max
-
-        while (frame := await client.next_frame(idle_seconds_max)) is not None:
+        while (frame := await client.next_frame()) is not None:
             key = self.key_of(client)
             if key is not None and not is_processed_note(frame):
                 await self.serve_turn(client, key, frame)
@@ -20526,8 +20522,9 @@ class Server:
         for warning in config.warnings:
             shared.log("warning", "config", {"problem": warning})
         self.apply(dataclasses.replace(config, **kept), contexts)
-        changed = changes or "nothing"
-        shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changed})
+        shared.log(
+            "info", "reloaded", {"pools": len(config.pools), "changed": changes or "nothing"}
+        )
 
         # Idle connections may lead to addresses that are not configured any more.
         await shared.idle.close_all()
@@ -20536,19 +20533,17 @@ class Server:
     async def try_load(
         self, load: Callable[[], Loaded]
     ) -> tuple[tuple[Loaded, list[str]] | None, Sequence[str]]:
-        """What `load` returns and what it changes, or None and the problems that it raises.
+        """What `load` returns and what that changes, or None and the problems that it raises.
 
         In a thread: a secret may be a file on a file system that does not respond, which blocks no
         request, and to compare many keys may take seconds.
         """
-        before = self.shared.config
-
-        def compare() -> tuple[Loaded, list[str]]:
-            loaded = load()
-            return loaded, changes_between(before, loaded[0])
-
+        shared = self.shared
         try:
-            return await self.shared.files.run(RELOAD_SECONDS_MAX, compare), []
+            return await shared.files.run(
+                RELOAD_SECONDS_MAX,
+                lambda: (loaded := load(), changes_between(shared.config, loaded[0])),
+            ), []
         except ConfigRefused as refused:
             return None, refused.problems
         except OSError as error:
