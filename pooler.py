@@ -20506,14 +20506,14 @@ class Server:
         A configuration with one problem is refused as a whole, and the old one stays in use.
         """
         shared = self.shared
-        compared, problems = await self.try_load(load)
+        loaded, problems = await self.try_load(load)
         for problem in problems:
             shared.log("error", "reload refused", {"problem": problem})
-        if compared is None:
+        if loaded is None:
             shared.refused_reload = RefusedReload(problems, shared.unix_now())
             return
 
-        (config, contexts), changes = compared
+        (config, contexts), changes = loaded
         shared.refused_reload = None
         kept = {name: getattr(shared.config, name) for name in ("listen", "state")}
         for name, value in kept.items():
@@ -20522,28 +20522,19 @@ class Server:
         for warning in config.warnings:
             shared.log("warning", "config", {"problem": warning})
         self.apply(dataclasses.replace(config, **kept), contexts)
-        shared.log(
-            "info", "reloaded", {"pools": len(config.pools), "changed": changes or "nothing"}
-        )
+        shared.log("info", "reloaded", {"pools": len(config.pools), "changed": changes})
 
         # Idle connections may lead to addresses that are not configured any more.
         await shared.idle.close_all()
         await shared.login_watch.inspect_all()
 
-    async def try_load(
-        self, load: Callable[[], Loaded]
-    ) -> tuple[tuple[Loaded, list[str]] | None, Sequence[str]]:
-        """What `load` returns and what that changes, or None and the problems that it raises.
+    async def try_load(self, load: Callable[[], Loaded]) -> tuple[Compared | None, Sequence[str]]:
+        """What `load` returns and changes, or None and the problems that it raises; in a thread.
 
-        In a thread: a secret may be a file on a file system that does not respond, which blocks no
-        request, and to compare many keys may take seconds.
+        A secret may be a file on a file system that does not respond: that blocks no request.
         """
-        shared = self.shared
         try:
-            return await shared.files.run(
-                RELOAD_SECONDS_MAX,
-                lambda: (loaded := load(), changes_between(shared.config, loaded[0])),
-            ), []
+            return await self.shared.files.run(RELOAD_SECONDS_MAX, compared, load, self.shared), []
         except ConfigRefused as refused:
             return None, refused.problems
         except OSError as error:
@@ -20734,6 +20725,13 @@ def _open_unix_listener(path: str) -> trio.SocketListener:
 
 Contexts = dict[str | None, ssl.SSLContext]  # by `ca_file`; None: the system's authorities
 Loaded = tuple[Config, Contexts]
+Compared = tuple[Loaded, list[str] | str]  # with what it changes
+
+
+def compared(load: Callable[[], Loaded], shared: Shared) -> Compared:
+    """What `load` returns, and what that changes; to compare many keys may take seconds."""
+    loaded = load()
+    return loaded, changes_between(shared.config, loaded[0]) or "nothing"
 
 
 def load(
