@@ -199,6 +199,11 @@ def test_the_tests_that_run_a_line_come_quickest_first(source: Source) -> None:
     assert trial.tests_of(source, trial.find_uses(source.tree), mutant, runs) == ["narrow", "broad"]
 
 
+def test_one_test_of_each_function_comes_before_its_other_parameters() -> None:
+    runs = {"t::a[1]": Run(1.0, 1), "t::a[2]": Run(2.0, 1), "t::b": Run(3.0, 1)}
+    assert trial.in_order(runs) == ["t::a[1]", "t::b", "t::a[2]"]
+
+
 def test_a_constant_meets_the_tests_of_the_functions_that_read_it(source: Source) -> None:
     lines = SMALL.splitlines()
     reader = next(n for n, text in enumerate(lines, 1) if ">= LENGTH_MAX" in text)
