@@ -294,6 +294,9 @@ def test_the_advice_for_a_chatgpt_account_that_is_refused_has_the_command(tmp_pa
     login = LoginState(command="pooler login a")
     words = "Check the account's plan with its provider, or log in again: pooler login a"
     assert advice_for(account, condition, login, None) == words
+    # What is known of the login itself says more.
+    login = LoginState(command="pooler login a", advice="Remove CODEX_HOME.")
+    assert advice_for(account, condition, login, None) == "Remove CODEX_HOME."
 
 
 async def test_the_advice_for_a_refused_key_is_shown(autojump_clock: MockClock) -> None:

@@ -165,6 +165,18 @@ async def test_a_route_that_no_upstream_has_is_named_with_its_remedy(
         assert set(counts(world)) == {1}
 
 
+async def test_a_code_that_only_begins_like_a_missing_route_s_is_the_request_s_own(
+    autojump_clock: MockClock,
+) -> None:
+    refusal = {"error": {"code": "invalid_url_scheme", "message": "An image's URL is no https."}}
+    async with opened_world(describe("ab", pool=IN_ORDER)) as world:
+        world.upstreams["a"].always = json_response(refusal, 404)
+        for _ in range(2):
+            response = await world.ask(question("responses"))
+            assert (response.status, response.error["code"]) == (404, "invalid_url_scheme")
+        assert counts(world) == [2, 0]
+
+
 async def test_a_chatgpt_account_s_route_is_lacking_likewise(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

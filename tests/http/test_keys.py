@@ -495,6 +495,18 @@ async def test_what_an_upstream_has_refused_is_not_spent(
         assert world.server.shared.uses["home", "laptop"].day_tokens == 0
 
 
+async def test_what_a_200_refuses_as_the_request_s_own_fault_is_not_spent(
+    autojump_clock: MockClock,
+) -> None:
+    refusal = {"error": {"code": "context_length_exceeded", "message": "x"}}
+    async with opened_world(with_key(tokens_per_day=1000)) as world:
+        world.upstreams["a"].plays(json_response(refusal))
+        raw = ask_responses(stream=False, input="x" * 4000)
+        assert (await world.ask(raw)).status == 400
+        assert world.records[0]["tokens_estimated"] is False
+        assert world.server.shared.uses["home", "laptop"].day_tokens == 0
+
+
 @pytest.mark.parametrize("status", [504, 522, 524])
 async def test_what_an_upstream_may_still_be_doing_is_spent(
     status: int, autojump_clock: MockClock

@@ -41,6 +41,7 @@ from tests.support.world import (
     chunk,
     connect_with_key,
     describe,
+    error_response,
     is_closed,
     json_response,
     make_config,
@@ -163,6 +164,30 @@ async def test_keys_take_turns_with_large_bodies(autojump_clock: MockClock) -> N
     assert order == list("abaaa")
     assert trio.current_time() == 5
     assert unpacking.by_holder == {}
+
+
+async def test_a_large_body_waits_for_its_turn_when_it_is_repaired_too(
+    autojump_clock: MockClock,
+) -> None:
+    """It is parsed once more, for what the upstream could not read."""
+    items: list[Json] = [
+        {"type": "reasoning", "encrypted_content": "x" * RECEIVE_BYTES, "summary": []},
+        {"type": "message", "role": "user", "content": "hi"},
+    ]
+    async with opened_world(describe("a")) as world:
+        go, upstream = trio.Event(), world.upstreams["a"]
+        upstream.plays([Wait(go), *error_response(400, "invalid_encrypted_content")])
+        upstream.always = json_response({"id": "r"})
+        client = await world.connect()
+        await client.send(ask_responses(stream=False, input=items))
+        await world.settle()
+
+        async with world.server.shared.unpacking("another", RECEIVE_BYTES + 1):
+            go.set()
+            await world.settle()
+            assert len(world.asked) == 1
+        assert (await client.read_response()).status == 200
+        assert len(world.asked) == 2
 
 
 async def test_who_leaves_the_queue_for_large_bodies_leaves_nothing(
