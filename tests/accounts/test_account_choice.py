@@ -422,6 +422,16 @@ def test_a_new_login_ends_a_refusal_and_not_the_limit_before_it() -> None:
     assert standing_of(health, 41).status is Status.READY
 
 
+def test_an_account_under_two_limits_is_told_with_the_one_that_ends_last() -> None:
+    health = Scene("a").roster.health["a"]
+    health.whole.extend(40, 0, "too fast")
+    health.plan.extend(100, 0, "plan used up")
+    standing = standing_of(health, 1)
+    assert standing[:3] == (Status.AT_LIMIT, "plan used up", 100)
+    health.whole.extend(200, 2, "still too fast")
+    assert standing_of(health, 3)[:3] == (Status.COOLING_DOWN, "still too fast", 200)
+
+
 def test_remembered_responses_are_bounded() -> None:
     scene = Scene(limits={"response_pins_max": 2})
     for number in range(3):

@@ -24,6 +24,7 @@ from pooler import (
     classify_event,
     classify_response,
     failure_of,
+    own_fault,
     public_error,
     read_error,
 )
@@ -528,6 +529,15 @@ async def test_a_response_that_its_request_is_to_blame_for_is_passed_on(
         response = await world.ask(ask_responses(stream=False))
         assert (response.status, response.json()) == (200, failed)
         assert len(world.asked) == 1
+
+
+@pytest.mark.parametrize(("told", "status"), [(413, 413), (499, 499), (500, 400), (200, 400)])
+def test_a_200_that_blames_the_request_is_an_error_with_the_status_that_it_names(
+    told: int, status: int
+) -> None:
+    """A 5xx would have the client ask again, and a 2xx is none."""
+    fault = own_fault({"error": {"code": "context_length_exceeded", "status": told}})
+    assert (fault.error.status, fault.is_refusal) == (status, True)
 
 
 @pytest.mark.parametrize(

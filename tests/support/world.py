@@ -763,8 +763,9 @@ class World:
         """No request is under way and nothing is held.  Call `settle` before."""
         server = self.server
         assert not server.exchanges.in_progress
-        in_flight = dict(server.shared.roster.leases.in_flight)
-        assert set(in_flight.values()) <= {0}, in_flight
+        leases = server.shared.roster.leases
+        for counts in (leases.in_flight, leases.of_key, leases.of_key_at):
+            assert set(counts.values()) <= {0}, counts
         assert {use.in_flight_count for use in server.shared.uses.values()} <= {0}
         assert {
             pool: len(queue) for pool, queue in server.shared.queues.by_pool.items() if queue

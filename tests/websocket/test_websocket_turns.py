@@ -8,6 +8,7 @@ differently.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Final, cast
@@ -25,9 +26,11 @@ from pooler import (
     CallKind,
     EventScanner,
     PoolerError,
+    Proxy,
     Relay,
     SocketSource,
     UpstreamSocket,
+    digest_of_destination,
     parse_json_object,
     with_stream_id,
 )
@@ -516,6 +519,15 @@ async def test_a_websocket_is_one_login_s_and_one_account_id_s(
         ids = [shaken["chatgpt-account-id"] for shaken in upstream.handshakes]
         assert ids == ["acct-a", "acct-other"]
         assert world.open_count == 1
+
+
+async def test_a_websocket_belongs_to_one_way_to_its_upstream(autojump_clock: MockClock) -> None:
+    """A reload that puts a proxy in between, or takes it away, means the next turn."""
+    async with socket_world(socket_described("ab")) as world:
+        straight, other = world.server.shared.endpoints.by_name.values()
+        urls = [straight.account.base_url, other.account.base_url]
+        ways = [straight, *(dataclasses.replace(straight, proxy=Proxy(url)) for url in urls)]
+        assert len({digest_of_destination(way, None) for way in ways}) == 3
 
 
 IN_ORDER: Final = {"routing": "in_order"}
