@@ -538,6 +538,9 @@ def test_a_folder_of_another_user_is_named_with_that_user(
     words = f"belongs to another user, whose id is {tmp_path.stat().st_uid}; run this command as"
     with pytest.raises(pooler.LoginNeeded, match=words):
         pooler.check_user(tmp_path)
+    # It is looked at before a person goes to the issuer.
+    with pytest.raises(pooler.LoginNeeded, match=words):
+        pooler.prepare_login(tmp_path / "auth.json")
 
 
 def test_whoever_is_not_root_gives_no_folder_away(

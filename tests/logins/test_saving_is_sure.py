@@ -467,6 +467,14 @@ def test_a_clock_is_compared_with_a_token_that_was_just_issued(name: str) -> Non
     assert clock_lead(found, told, NOW) == lead
 
 
+def test_a_version_that_says_when_it_was_written_is_later_than_one_that_does_not() -> None:
+    silent = LEADS["endless"][0]
+    dated = silent._replace(refreshed_at=NOW)
+    for version, other, is_later in ((dated, silent, True), (silent, dated, False)):
+        assert pooler.is_later(version, other) is is_later
+    assert not pooler.is_later(silent, silent)
+
+
 @pytest.mark.parametrize("days", [1, 9.99, 30, 4000])
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "untold"])
 async def test_a_token_just_issued_is_used_whatever_the_clock_shows(

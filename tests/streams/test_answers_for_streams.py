@@ -387,6 +387,16 @@ def chunks(raw: bytes) -> list[Json]:
     return [json.loads(data) for data in found if data != b"[DONE]"]
 
 
+def test_a_part_without_a_text_is_added_as_it_is() -> None:
+    """Upstreams have kinds of parts of their own."""
+    part = {"type": "output_image", "image_url": "data:image/png;base64,AAAA"}
+    item = {"id": "m", "type": "message", "role": "assistant", "content": [part]}
+    lines = events_of({**RESPONSE, "output": [item]}, CallKind.RESPONSES).splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
+    assert [event["part"] for event in events if "part" in event] == [part, part]
+    assert not [event for event in events if event["type"].endswith(".delta")]
+
+
 def test_a_chat_answer_becomes_chunks_with_what_it_has() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     message = {"content": "x", "tool_calls": [call]}
