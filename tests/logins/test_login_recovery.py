@@ -298,12 +298,12 @@ async def test_a_new_login_does_not_wait_for_the_pause_of_the_old_one(
 
 
 async def test_two_poolers_with_a_wrong_clock_do_not_drive_each_other(
-    mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mock_clock: MockClock, tmp_path: Path
 ) -> None:
     """Each sees a file that the other has changed, and that has expired."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        monkeypatch.setattr(codex_backend, "TOKEN_SECONDS", ENDED)
+        desk.backend.token_seconds = ENDED
         other = Login("two", desk.path)
         for _ in range(5):
             for login in (other, desk.login):
