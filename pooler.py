@@ -454,6 +454,8 @@ SHOWN_CHARS_MAX: Final = 60  # of a line that is not JSON, on either side of the
 CHANGES_SHOWN_MAX: Final = 100  # of a reload, in one line of the log
 RELOAD_SECONDS_MAX: Final = 10.0  # to read pools.json and the files that it names
 FILE_SECONDS_MAX: Final = 2.0  # for a login's file: a dead disk must stop nobody else
+STUCK_SECONDS: Final = 60.0  # until a login on a dead disk is looked at again, which may be new
+STUCK_LOOKS_MAX: Final = 2  # again, while the thread of the first look is stuck: each has one
 FILE_THREADS_MAX: Final = 8  # for files: a dead disk leaves those that resolve names
 
 # The operator's side.  Accounts and codes that come and go must not make its tables grow forever.
@@ -14639,6 +14641,31 @@ def read_login(path: Path, known_mark: Mark | None) -> Sight | None:
         return Sight(problem=str(error))
 
 
+@dataclass(eq=False, slots=True)
+class Look:
+    """A look at several logins, one after the other, in a thread that may be given up."""
+
+    wanted: Sequence[tuple[Path, Mark | None]]  # their paths, and their marks so far
+    sights: list[Sight | None] = field(default_factory=list, repr=False)  # of those that were seen
+    has_begun: bool = False
+    has_ended: bool = False
+    is_over: trio.Event = field(default_factory=trio.Event)  # nobody waits for it any more
+    again_at: float = math.inf  # then another one may begin, even if this one has not ended
+
+    def is_on(self, now: float) -> bool:
+        """Whether no other look is to begin meanwhile."""
+        return not self.has_ended and now < self.again_at
+
+    def run(self) -> None:
+        """Look at them.  It blocks."""
+        self.has_begun = True
+        try:
+            for path, mark in self.wanted:
+                self.sights.append(read_login(path, mark))
+        finally:
+            self.has_ended = True
+
+
 SEVERAL_LINKS: Final = (
     "has other hard links, which keep a token that no longer works after a refresh; give every "
     "program a login of its own"
@@ -14868,6 +14895,9 @@ class Tokens:
     # may take a login out and bring it back.
     unsaved: OrderedDict[Path, tuple[bytes, bytes]] = field(default_factory=OrderedDict, repr=False)
     outcomes: Sums = field(default_factory=dict)  # by account, and ok or failed
+    # By login: the look that is in progress, or was given up and has not ended.
+    looks: dict[Login, Look] = field(default_factory=dict)
+    given_up: Counter[Login] = field(default_factory=Counter)  # looks since the last that was not
 
     def state_of(self, login: Login) -> LoginState:
         """A login's state, for operators."""
@@ -14940,23 +14970,57 @@ class Tokens:
             login.reported = login.problem
             self.report(login)
 
-    async def look(self, logins: Sequence[Login]) -> None:
-        """Read the files that have changed, all of them in one thread."""
-        if not logins:
-            return
+    async def look(self, logins: Sequence[Login], *, is_fresh: bool = False) -> None:
+        """Read the files that have changed, one after the other in one thread.
 
-        paths = [login.path for login in logins]
+        A look that is in progress is waited for instead, unless it must be `is_fresh`.  A login
+        whose disk does not respond is looked at again once it does, or a few times after a while:
+        another may be mounted there.  Requests for other accounts hardly wait, and few threads do.
+        """
+        now = trio.current_time()
+        self.looks = {login: look for login, look in self.looks.items() if look.is_on(now)}
+        others = [self.looks[login] for login in logins if login in self.looks]
+        mine = [
+            login
+            for login in logins
+            if login not in self.looks or (is_fresh and not self.looks[login].is_over.is_set())
+        ]
+        if mine:
+            # Others may wait for it: it is not given up with the request that it began for.
+            with trio.CancelScope(shield=True):
+                await self.look_at(mine)
+        for other in others:
+            await other.is_over.wait()
+
+    async def look_at(self, logins: Sequence[Login]) -> None:
+        """As `look`, whoever looks at them as well."""
         marks = [login.mark for login in logins]
-        try:
-            sights = await self.files.run(
-                FILE_SECONDS_MAX, lambda: list(map(read_login, paths, marks))
-            )
-        except OSError as error:
-            sights = [Sight(problem=f"cannot be read: {error.strerror}")] * len(logins)
+        look = Look([(login.path, mark) for login, mark in zip(logins, marks, strict=True)])
+        self.looks |= dict.fromkeys(logins, look)
 
-        for login, mark, sight in zip(logins, marks, sights, strict=True):
+        stuck: Sequence[Login] = ()
+        try:
+            await self.files.run(FILE_SECONDS_MAX, look.run)
+            sights = look.sights
+        except OSError as error:
+            unseen = Sight(problem=f"cannot be read: {error.strerror}")
+            if look.has_begun:  # those behind the one that it waits for are left as they are
+                sights = [*look.sights, unseen][: len(logins)]
+                stuck = [logins[len(sights) - 1]]
+                self.given_up.update(stuck)
+                if self.given_up[stuck[0]] <= STUCK_LOOKS_MAX:
+                    look.again_at = trio.current_time() + STUCK_SECONDS
+            else:  # all threads wait for disks
+                sights = [unseen] * len(logins)
+
+        for login, mark, sight in zip(logins, marks, sights, strict=False):
             if login.mark == mark:  # otherwise another task has read the file since
                 login.take(sight)
+            if login not in stuck:
+                self.given_up.pop(login, None)
+        self.looks = {login: other for login, other in self.looks.items() if other is not look}
+        self.looks |= dict.fromkeys(stuck, look)
+        look.is_over.set()
 
     def is_due(self, login: Login, current: Credentials) -> bool:
         """Whether to refresh the login now."""
@@ -15019,7 +15083,7 @@ class Tokens:
 
         Raises: LoginNeeded, TRANSPORT_ERRORS.
         """
-        await self.look([login])
+        await self.look([login], is_fresh=True)
         current = login.credentials
         if current is None:
             return
@@ -15073,7 +15137,7 @@ class Tokens:
 
         login.unsaved = b""
         self.unsaved.pop(login.path, None)
-        await self.look([login])
+        await self.look([login], is_fresh=True)
         self.report(login)
         login.reported = login.problem
 
@@ -15140,7 +15204,7 @@ class Tokens:
             login.note_issue(response, self.unix_now())
             return
 
-        await self.look([login])
+        await self.look([login], is_fresh=True)
         if login.credentials is not None and login.credentials.digest == current.digest:
             login.revoked = current.digest
             raise LoginNeeded(f"{login.path}: this login has been revoked; {login.advice}")

@@ -26,6 +26,7 @@ from typing import Any, Final
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import pooler
 from pooler import LOG_LINES_MAX, LogWriter, format_log_line
@@ -316,12 +317,108 @@ async def test_a_disk_that_does_not_respond_takes_only_its_login_out(
         assert "did not respond in time" in str(login.problem)
         await server.shared.login_watch.inspect_all()
         assert "did not respond in time" in logged[-1]
-    await server.shared.login_watch.look(server.shared.config.accounts.values())
-    assert login.is_usable(time.time())
+    hanging.may_go.set()
+    with trio.fail_after(SECONDS_MAX):
+        while not login.is_usable(time.time()):
+            await server.shared.login_watch.look(server.shared.config.accounts.values())
+    hanging.may_go.clear()
 
     monkeypatch.setattr(pooler, "why_unsaveable", hanging)
     with pytest.raises(pooler.LoginNeeded, match="did not respond in time"):
         await server.shared.tokens.check_saving(login)
+
+
+class Disks:
+    """Two logins, of which the first is on a disk that does not respond."""
+
+    def __init__(self, folder: Path, hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hanging = hanging
+        self.read_login = pooler.read_login
+        self.server = server_with_login(folder, [])
+        self.tokens = self.server.shared.tokens
+        make_auth_file(folder / "other.json", "acct-2")
+        self.dead = self.server.shared.endpoints.logins["a"]
+        self.other = pooler.Login("b", folder / "other.json")
+        self.reads: list[Path] = []
+        monkeypatch.setattr(pooler, "read_login", self.read)
+
+    def read(self, path: Path, mark: pooler.Mark | None) -> pooler.Sight | None:
+        self.reads.append(path)
+        if path == self.dead.path and not self.hanging.may_go.is_set():
+            self.hanging.may_go.wait(SECONDS_MAX)
+        return self.read_login(path, mark)
+
+
+async def test_a_disk_that_does_not_respond_is_waited_for_once_and_takes_one_thread(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request to the pool waited for it, until no thread was left for the other disks."""
+    disks = Disks(tmp_path, hanging, monkeypatch)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * pooler.FILE_THREADS_MAX):
+            nursery.start_soon(disks.tokens.look, [disks.other, disks.dead])
+    for _ in range(pooler.FILE_THREADS_MAX):
+        await disks.tokens.look([disks.other, disks.dead])
+        await disks.tokens.look([disks.dead], is_fresh=True)
+    assert disks.reads.count(disks.dead.path) == 1
+    assert not disks.dead.is_usable(time.time())
+    assert disks.other.is_usable(time.time())
+
+    hanging.may_go.set()
+    with trio.fail_after(SECONDS_MAX):
+        while not disks.dead.is_usable(time.time()):
+            await disks.tokens.look([disks.dead])
+    assert disks.reads.count(disks.dead.path) == 2
+
+
+async def test_another_disk_in_the_place_of_a_dead_one_is_looked_at(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread may wait for the one before for ever, so no more than a few are spent on that."""
+    disks = Disks(tmp_path, hanging, monkeypatch)
+    monkeypatch.setattr(pooler, "STUCK_SECONDS", 0)
+    for _ in range(2 * pooler.FILE_THREADS_MAX):
+        await disks.tokens.look([disks.dead])
+    assert (
+        disks.reads.count(disks.dead.path) == 1 + pooler.STUCK_LOOKS_MAX < pooler.FILE_THREADS_MAX
+    )
+
+    other = Disks(tmp_path, hanging, monkeypatch)
+    await other.tokens.look([other.dead])
+    monkeypatch.setattr(pooler, "read_login", disks.read_login)
+    await other.tokens.look([other.dead])
+    assert other.dead.is_usable(time.time())
+    assert not other.tokens.given_up
+
+
+async def test_a_login_behind_one_that_cannot_be_read_is_left_as_it_is(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = Disks(tmp_path, hanging, monkeypatch)
+    await disks.tokens.look([disks.other])
+    await disks.tokens.look([disks.dead, disks.other])
+    assert not disks.dead.is_usable(time.time())
+    assert disks.other.is_usable(time.time())
+    disks.other.path.unlink()
+    await disks.tokens.look([disks.dead, disks.other])
+    assert "does not exist" in str(disks.other.problem)
+
+
+async def test_who_waits_for_another_s_look_has_what_it_found(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the request that it began for is gone."""
+    disks = Disks(tmp_path, hanging, monkeypatch)
+    monkeypatch.setattr(pooler, "FILE_SECONDS_MAX", SECONDS_MAX)
+    async with trio.open_nursery() as nursery, trio.open_nursery() as first:
+        first.start_soon(disks.tokens.look, [disks.dead])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(disks.tokens.look, [disks.dead])
+        await wait_all_tasks_blocked()
+        first.cancel_scope.cancel()
+        hanging.may_go.set()
+    assert disks.dead.is_usable(time.time())
+    assert disks.reads == [disks.dead.path]
 
 
 async def test_the_loop_itself_never_examines_a_login_file(

@@ -6,6 +6,21 @@ from tests.long.mutations.apply import Rows
 
 # fmt: off
 ROWS: Rows = (
+    ("dead_for_good", "Another disk in the place of a dead one is looked at.",
+     "Look.is_on", "not self.has_ended and now < self.again_at", "not self.has_ended",
+     "nothing_blocks::another_disk_in_the_place_of_a_dead_one_is_looked_at"),
+    ("threads_for_a_dead_disk", "A dead disk takes few threads.",
+     "Tokens.look_at", "self.given_up[stuck[0]] <= STUCK_LOOKS_MAX", "True",
+     "nothing_blocks::another_disk_in_the_place_of_a_dead_one_is_looked_at"),
+    ("stuck_look", "A disk that does not respond is waited for once.",
+     "Tokens.look_at", "self.looks |= dict.fromkeys(stuck, look)", "pass",
+     "nothing_blocks::a_disk_that_does_not_respond_is_waited_for_once_and_takes_one_thread"),
+    ("blamed_behind", "A dead disk takes out no login that is on another one.",
+     "Tokens.look_at", "[*look.sights, unseen][:len(logins)]", "[unseen] * len(logins)",
+     "nothing_blocks::a_login_behind_one_that_cannot_be_read_is_left_as_it_is"),
+    ("look_given_up", "A look that others wait for goes on without the request that began it.",
+     "Tokens.look", "trio.CancelScope(shield=True)", "trio.CancelScope()",
+     "nothing_blocks::who_waits_for_another_s_look_has_what_it_found"),
     ("lock_with_content", "Root gives away no file that has something in it.",
      "open_lock", "(state.st_nlink, state.st_size) == (1, 0)", "state.st_nlink == 1",
      "saving_is_sure::root_gives_another_file_in_the_place_of_a_lock_to_nobody"),
