@@ -14980,46 +14980,52 @@ class Tokens:
         now = trio.current_time()
         self.looks = {login: look for login, look in self.looks.items() if look.is_on(now)}
         others = [self.looks[login] for login in logins if login in self.looks]
-        mine = [
-            login
-            for login in logins
-            if login not in self.looks or (is_fresh and not self.looks[login].is_over.is_set())
-        ]
+        mine = [login for login in logins if not self.is_looked_at(login, is_fresh=is_fresh)]
         if mine:
             # Others may wait for it: it is not given up with the request that it began for.
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(REFRESH_SECONDS_CEILING, shield=True):
                 await self.look_at(mine)
         for other in others:
             await other.is_over.wait()
 
+    def is_looked_at(self, login: Login, *, is_fresh: bool) -> bool:
+        """Whether a look at a login is in progress, or was given up and must end first."""
+        look = self.looks.get(login)
+        return look is not None and (look.is_over.is_set() or not is_fresh)
+
     async def look_at(self, logins: Sequence[Login]) -> None:
         """As `look`, whoever looks at them as well."""
-        marks = [login.mark for login in logins]
-        look = Look([(login.path, mark) for login, mark in zip(logins, marks, strict=True)])
+        look = Look([(login.path, login.mark) for login in logins])
         self.looks |= dict.fromkeys(logins, look)
-
-        stuck: Sequence[Login] = ()
+        problem = ""
         try:
             await self.files.run(FILE_SECONDS_MAX, look.run)
-            sights = look.sights
         except OSError as error:
-            unseen = Sight(problem=f"cannot be read: {error.strerror}")
-            if look.has_begun:  # those behind the one that it waits for are left as they are
-                sights = [*look.sights, unseen][: len(logins)]
-                stuck = [logins[len(sights) - 1]]
-                self.given_up.update(stuck)
-                if self.given_up[stuck[0]] <= STUCK_LOOKS_MAX:
-                    look.again_at = trio.current_time() + STUCK_SECONDS
-            else:  # all threads wait for disks
-                sights = [unseen] * len(logins)
+            problem = f"cannot be read: {error.strerror}"
 
-        for login, mark, sight in zip(logins, marks, sights, strict=False):
+        sights = [*look.sights]
+        stuck: Sequence[Login] = ()
+        if problem and look.has_begun:  # those behind the one that it waits for stay as they are
+            stuck = logins[len(sights) :][:1]
+        if problem:
+            sights += [Sight(problem=problem)] * len(stuck or logins)
+
+        for login, (_, mark), sight in zip(logins, look.wanted, sights, strict=False):
             if login.mark == mark:  # otherwise another task has read the file since
                 login.take(sight)
+        self.note_look(look, logins, stuck)
+
+    def note_look(self, look: Look, logins: Sequence[Login], stuck: Sequence[Login]) -> None:
+        """Note the end of a look at several logins, of which it was given up at the `stuck` one."""
+        for login in logins:
+            self.looks.pop(login, None)
             if login not in stuck:
                 self.given_up.pop(login, None)
-        self.looks = {login: other for login, other in self.looks.items() if other is not look}
-        self.looks |= dict.fromkeys(stuck, look)
+        for login in stuck:
+            self.looks[login] = look
+            self.given_up[login] += 1
+            if self.given_up[login] <= STUCK_LOOKS_MAX:
+                look.again_at = trio.current_time() + STUCK_SECONDS
         look.is_over.set()
 
     def is_due(self, login: Login, current: Credentials) -> bool:
