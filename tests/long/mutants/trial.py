@@ -28,7 +28,9 @@ from tests.long.mutants.kinds import DEFINITIONS, Mutant
 from tests.support.paths import POOLER
 
 FLAGS: Final = __future__.annotations.compiler_flag
-PYTEST: Final = ("-n", "0", "-q", "-s", "-p", "no:cacheprovider")
+# This package is imported before pytest, and asserts nothing that should be rewritten.
+IMPORTED: Final = "ignore:Module already imported so cannot be rewritten"
+PYTEST: Final = ("-n", "0", "-q", "-s", "-p", "no:cacheprovider", "-W", IMPORTED)
 # Of the processor: a test that takes longer spins.
 SECONDS_MAX: Final = 10.0
 TIMES_MAX: Final = 10.0
