@@ -122,14 +122,18 @@ class Book:
         self.facts.clear()
         self.refusals.clear()
         self.no_sockets.clear()
-        self.sessions.clear()
+        for session in self.sessions.values():  # its pin may be kept, wherever that was
+            session.home = ""
         if is_restart:
+            self.sessions.clear()
             self.creators.clear()
 
     def restart(self) -> None:
         """With a state: what an account lacks, and may not do, is not in it."""
         for name, facts in self.facts.items():
-            self.facts[name] = [fact for fact in facts if fact.effect not in LACK_SECONDS]
+            # Nor the limits of models that only a client has named.
+            unsaved = {*LACK_SECONDS, "model limit"}
+            self.facts[name] = [fact for fact in facts if fact.effect not in unsaved]
         self.refusals.clear()
         self.no_sockets.clear()
         # Of responses, those of accounts that a reload has pointed elsewhere are not in it either.
@@ -205,7 +209,7 @@ class Book:
             before = [other for other in task.attempts if other is not attempt]
             return bool(before) and before[-1].account == name and before[-1].is_doubt
         # A login that came a moment ago may not have been noticed: it ends a refusal.
-        return not is_late or self.login_at.get(name, -math.inf) < attempt.at - LOGIN_SECONDS
+        return self.login_at.get(name, -math.inf) < attempt.at - LOGIN_SECONDS
 
     def barred(self, seconds: float) -> float:
         return trio.current_time() + min(seconds, UNTRIED_SECONDS) - SPARE_SECONDS

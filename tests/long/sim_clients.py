@@ -528,6 +528,7 @@ class Life:
         self.kind = draw_kind(self.rng) | (self.kind & STATE)
         self.note(f"reload: {self.kind}")
         await self.world.server.reload(functools.partial(loaded, config, self.kind))
+        self.ground.disk.settle()  # whoever reads a file anew takes what is in it for saved
         book = self.ground.book
         book.forget()
         book.is_tight = bool(self.kind & 1)

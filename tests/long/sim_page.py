@@ -98,7 +98,9 @@ class Page:
         ]
         is_served = foreseen.chosen is not None or "at_cap" in statuses
         is_contrary = serving == ["ready"] and not is_served and "lacks_route" not in statuses
-        is_contrary |= serving in (["down"], ["limited"]) and "ready" in statuses
+        passed = [one for row in home["serving"] for one in row["passed_over"]]
+        is_lacking = any(one["status"].startswith("lacks") for one in passed)  # perhaps for one key
+        is_contrary |= serving in (["down"], ["limited"]) and "ready" in statuses and not is_lacking
         if contrary or is_contrary:
             told = f"{accounts}, {home['serving']}, {foreseen}"
             self.ground.complaints.append(f"I11: the page contradicts itself: {contrary} {told}")
