@@ -192,7 +192,9 @@ class Book:
         if seconds is None:
             ends = [at - fact.told_at for at in self.window_ends[name] if at > fact.told_at]
             seconds = min([*ends, UNTRIED_SECONDS])
-        fact.barred_until = self.barred(seconds)
+        # A reset may be a moment, and the answer has been under way.
+        passed = fact.told_at - fact.attempts[0].at
+        fact.barred_until = self.barred(seconds - passed)
         fact.model = task.model if fact.effect == "model limit" else ""
 
     def is_refused(self, attempt: Attempt, effect: str, *, is_late: bool) -> bool:
