@@ -94,6 +94,7 @@ class Book:
     sessions: dict[tuple[str, tuple[str, str]], Session] = field(default_factory=dict)
     # Of responses, by their id: whose client has it, and who made it.
     creators: dict[str, tuple[str, str]] = field(default_factory=dict)
+    forgot_at: float = -math.inf
     open_count: int = 0  # requests under way
     is_tight: bool = False  # accounts have little room
 
@@ -119,6 +120,7 @@ class Book:
 
     def forget(self, *, is_restart: bool = False) -> None:
         """A reload ends what is known of accounts; a restart without a state all else, too."""
+        self.forgot_at = trio.current_time()
         self.facts.clear()
         self.refusals.clear()
         self.no_sockets.clear()
@@ -242,7 +244,8 @@ class Book:
             creator = "codex" if name in CODEX else name
             self.creators[task.response_id(name)] = task.key, creator
         session = self.session_of(task)
-        if session is not None and session.accounts == {name}:
+        is_of_now = task.began_at > self.forgot_at  # else a reload may have moved the account
+        if session is not None and session.accounts == {name} and is_of_now:
             session.home, session.home_at = name, task.began_at
             session.served.add((task.kind, task.model, task.is_turn))
 
