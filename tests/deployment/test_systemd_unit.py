@@ -71,6 +71,12 @@ class Service:
     async def turn(self, key: str = KEY) -> int:
         return status_of(await self.ask("/v1/responses", key, {"model": MODEL, "input": "Hi"}))
 
+    async def wait_key(self, key: str) -> None:
+        """Until a key is good: systemd has done a reload when it has sent the signal for it."""
+        with trio.fail_after(SECONDS_MAX):
+            while await self.turn(key) == 401:
+                pass
+
 
 def describe(port: int, origin: str) -> dict[str, Any]:
     account = {"type": "codex", "auth_file": "accounts/one.json", "models": [MODEL]}
@@ -113,6 +119,7 @@ async def test_the_service_does_all_that_it_must(image: Image, tmp_path: Path) -
                 other = "key-of-another-0123456789"
                 pools.write_text(pools.read_text().replace(KEY, other))
                 assert (await machine.systemctl("reload", "codex-pooler")).returncode == 0
+                await service.wait_key(other)
                 assert (await service.turn(KEY), await service.turn(other)) == (401, 200)
                 pools.write_text("{")
                 assert (await machine.systemctl("reload", "codex-pooler")).returncode == 1
