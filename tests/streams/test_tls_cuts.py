@@ -112,7 +112,8 @@ def cut_a_record(line: Line) -> None:
 def end_the_record_badly(line: Line) -> None:
     """Somebody on the way has changed it."""
     if line.tls is not None:
-        line.caller.sendall(line.encrypted(b"x" * 99)[:-1] + b"?")
+        record = line.encrypted(b"x" * 99)
+        line.caller.sendall(record[:-1] + bytes([record[-1] ^ 1]))
     fin(line)
 
 
