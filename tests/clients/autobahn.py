@@ -109,7 +109,7 @@ async def judged(running: Awaitable[Sequence[Any]]) -> Sequence[Any]:
     try:
         return await running
     except kosoku.FailureError as failure:
-        return failure.results  # type: ignore[no-any-return]
+        return failure.results  # type: ignore[no-any-return]  # the suite has no types
 
 
 def show(results: Sequence[Any], more: dict[str, list[str]]) -> None:

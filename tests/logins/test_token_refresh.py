@@ -6,6 +6,7 @@ processes are real ones. The clock stands still unless a test moves it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +34,7 @@ from tests.support.logins import (
     REAL_SECONDS_MAX,
     RENEWAL_SECONDS_MAX,
     SOON,
+    Desk,
     asked_while_locked,
     jumping,
     locked_by_another,
@@ -156,21 +159,28 @@ async def test_a_login_refreshed_while_we_wait_for_the_lock_is_adopted(
         assert desk.asked_count == 0
 
 
+@contextlib.asynccontextmanager
+async def asked_at_the_endpoint(desk: Desk) -> AsyncIterator[None]:
+    """The time in which a refresh is on its way, up to the response of the token endpoint."""
+    desk.backend.token_gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.ask)
+        await desk.backend.token_asked.wait()
+        yield
+        desk.backend.token_gate.set()
+
+
 async def test_a_race_that_we_lose_at_the_endpoint_is_no_loss(
     mock_clock: MockClock, tmp_path: Path
 ) -> None:
     """Codex CLI takes no lock: it may spend the token while ours is on its way."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        desk.backend.token_gate = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(desk.ask)
-            await desk.backend.token_asked.wait()
+        async with asked_at_the_endpoint(desk):
             answer = desk.backend.exchange("rt-acct-1")
             value = json.loads(desk.path.read_bytes())
             value["tokens"] |= {name: answer[name] for name in ("access_token", "refresh_token")}
             pooler.save_file(desk.path, json.dumps(value).encode())
-            desk.backend.token_gate.set()
         assert await desk.ask() == desk.saved() == answer["access_token"]
         assert desk.asked_count == 1
 
@@ -181,14 +191,10 @@ async def test_a_login_that_comes_while_another_is_refreshed_is_not_mixed_with_i
     """Another request may have read it: its file got the tokens of the account before."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        desk.backend.token_gate = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(desk.ask)
-            await desk.backend.token_asked.wait()
+        async with asked_at_the_endpoint(desk):
             desk.backend.admit(make_auth_file(desk.path, "acct-2", refresh_token="rt-acct-2-new"))
             before = desk.path.read_bytes()
             await desk.tokens.look([desk.login])
-            desk.backend.token_gate.set()
         assert await desk.ask() == desk.saved()
         assert (desk.asked_count, desk.path.read_bytes()) == (1, before)
         assert not desk.tokens.unsaved
@@ -219,14 +225,10 @@ async def test_what_is_written_beside_the_tokens_while_they_are_refreshed_is_kep
     """The token is spent, so its successor must be saved, whatever else has changed."""
     async with opened_desk(tmp_path) as desk:
         desk.log_in(ENDED)
-        desk.backend.token_gate = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(desk.ask)
-            await desk.backend.token_asked.wait()
+        async with asked_at_the_endpoint(desk):
             value = json.loads(desk.path.read_bytes()) | {"added": 1}
             desk.path.write_text(json.dumps(value))
             await desk.tokens.look([desk.login])
-            desk.backend.token_gate.set()
         assert await desk.ask() == desk.saved()
         assert (desk.asked_count, desk.saved("refresh_token")) == (1, "rt-acct-2")
         assert json.loads(desk.path.read_bytes())["added"] == 1
